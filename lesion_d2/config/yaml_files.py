@@ -9,7 +9,8 @@ from ..utils.files import one_line
 
 # libyaml's parser, if PyYAML was built with it, is ten times faster, with the same result.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MAX_BYTES = 2**24
+#: Maximum size of a YAML file.
+MAX_BYTES = 2**24
 _MAX_NODES = 100_000
 _MAX_DEPTH = 50
 
@@ -33,11 +34,9 @@ def read_yaml(file: str | os.PathLike) -> object:
             the line.
     """
     with open(file, "rb") as opened:
-        content = opened.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise ValueError(
-            f"{file}: found more than {_MAX_BYTES} bytes, expected a smaller YAML file"
-        )
+        content = opened.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{file}: found more than {MAX_BYTES} bytes, expected a smaller YAML file")
     try:
         _Walk().through(content)
         return _copied(yaml.load(content, Loader=_Loader))

@@ -22,9 +22,10 @@ if TYPE_CHECKING:  # slow to import
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 # Bytes to read; header size in NIfTI-1 and 2 -> type and position of the voxels' offset.
 _START, _OFFSETS = 176, {348: ("f", 108), 540: ("q", 168)}
-# Maximum bytes before and after the voxels: extensions and unused data, unlimited in a malicious
-# file.
-_MAX_REST, _PIECE = 1 << 24, 1 << 16
+#: Maximum bytes before and after the voxels: extensions and unused data, unlimited in a malicious
+#: file.
+MAX_REST = 1 << 24
+_PIECE = 1 << 16
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS
 
 
@@ -137,7 +138,7 @@ def _check_start(file: str | os.PathLike) -> None:
         if size in _OFFSETS and len(start) == _START:
             kind, place = _OFFSETS[size]
             (offset,) = struct.unpack_from(f"{order}{kind}", start, place)
-            if not 0 <= offset <= _MAX_REST:
+            if not 0 <= offset <= MAX_REST:
                 raise ValueError(f"its voxels begin at byte {offset:g}")
 
 
@@ -191,8 +192,8 @@ def _slabs(
 
 def _read_to_end(stream: gzip.GzipFile) -> None:
     """Read to the end of the file, where the checksum is verified."""
-    left = _MAX_REST
+    left = MAX_REST
     while left >= 0 and (piece := stream.read(_PIECE)):
         left -= len(piece)
     if left < 0:
-        raise ValueError(f"found more than {_MAX_REST} bytes behind the voxels")
+        raise ValueError(f"found more than {MAX_REST} bytes behind the voxels")

@@ -13,8 +13,8 @@ from typing import BinaryIO, NamedTuple
 
 #: Errors for archives that are damaged, encrypted or of an unknown compression.
 DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
-_MAX_MEMBERS = 200_000
-_MAX_MEMBER = 4 << 30  # bytes
+#: Maximum number of members of an archive, and maximum bytes of one.
+MAX_MEMBERS, MAX_MEMBER_BYTES = 200_000, 4 << 30
 _BUFFER = 1 << 16
 
 
@@ -118,8 +118,8 @@ def members_of(storage: Storage, path: str) -> list[Stored]:
         ValueError: the archive is damaged, or its uncompressed size is implausible.
     """
     infos = storage.archive(path).infolist()
-    if len(infos) > _MAX_MEMBERS:
-        raise ValueError(f"{path}: found {len(infos)} members, expected at most {_MAX_MEMBERS}")
+    if len(infos) > MAX_MEMBERS:
+        raise ValueError(f"{path}: found {len(infos)} members, expected at most {MAX_MEMBERS}")
     members = []
     for info in infos:
         parts = info.filename.split("/")
@@ -132,10 +132,10 @@ def members_of(storage: Storage, path: str) -> list[Stored]:
             or "__MACOSX" in parts
         ):
             continue
-        if info.file_size > _MAX_MEMBER:
+        if info.file_size > MAX_MEMBER_BYTES:
             raise ValueError(
                 f"{path}: found the member {info.filename!r} of {info.file_size} bytes, expected "
-                f"at most {_MAX_MEMBER}"
+                f"at most {MAX_MEMBER_BYTES}"
             )
         members.append(Stored(path, info.filename, info.file_size))
     return sorted(members, key=lambda member: member.member)

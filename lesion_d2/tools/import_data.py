@@ -36,7 +36,8 @@ from tabulate import tabulate
 from .common.arguments import add_shard, add_shares, positive, seed
 
 _PROGRAM = "lesion_d2.tools.import_data"
-_MAX_SHOWN = 50
+#: Maximum number of lines about cases that are left out; the rest is in a file.
+MAX_SHOWN = 50
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -84,9 +85,9 @@ def describe(summary: ImportSummary, classes: Sequence[str]) -> str:
     parts = [_table(summary, classes)] if summary.volume_set is not None else []
     if summary.left_out:
         lines = [f"  {line}" for line in summary.left_out]
-        if len(lines) > _MAX_SHOWN and summary.left_out_file.is_file():
-            more = len(lines) - _MAX_SHOWN
-            lines[_MAX_SHOWN:] = [f"  and {more} more: {summary.left_out_file}"]
+        if len(lines) > MAX_SHOWN and summary.left_out_file.is_file():
+            more = len(lines) - MAX_SHOWN
+            lines[MAX_SHOWN:] = [f"  and {more} more: {summary.left_out_file}"]
         parts.append("\n".join([f"left out: {len(summary.left_out)}", *lines]))
     return "\n\n".join(parts)
 

@@ -88,6 +88,6 @@ def test_no_code_is_run(tmp_path, value):
 
 
 def test_a_file_without_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("lesion_d2.config.yaml_files._MAX_BYTES", 9)
+    monkeypatch.setattr("lesion_d2.config.yaml_files.MAX_BYTES", 9)
     with pytest.raises(ValueError, match="found more than 9 bytes"):
         read_yaml(write(tmp_path, "a: 'bcdef'"))

@@ -231,7 +231,7 @@ def test_what_follows_the_voxels_is_read_to_the_checksum(tmp_path, monkeypatch):
     assert "found a damaged NIfTI file (CRC check failed" in _read(file, wrong)
     smaller = gzip.compress(_changed(data, 46, np.int16(3)))  # slices: 3 of 7
     assert len(_read(file, smaller).volume) == 3  # a right checksum, and more voxels behind
-    monkeypatch.setattr(nifti, "_MAX_REST", 999)
+    monkeypatch.setattr(nifti, "MAX_REST", 999)
     assert "found more than 999 bytes behind the voxels" in _read(file, longer)
 
 

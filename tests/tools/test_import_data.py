@@ -76,7 +76,7 @@ def test_parts_say_that_they_are_parts(source, tmp_path, capsys):
 
 
 def test_lines_beyond_the_first_ones_are_in_a_file(source, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(import_data, "_MAX_SHOWN", 1)
+    monkeypatch.setattr(import_data, "MAX_SHOWN", 1)
     (source / "case_2.npz").write_bytes(b"")
     assert _main(source, tmp_path / "mine") == 1
     file = tmp_path / "mine.partial" / "left_out.txt"

@@ -23,8 +23,8 @@ from .source import DicomSource
 #: Series number of the segmentations; viewers list them after the images.
 SERIES_NUMBER = 9002
 _DERIVATION = Code("113076", "DCM", "Segmentation")
-# Limit for overlapping segments, which are stored on all slices each.
-_MAX_PIXELS = 2**32
+#: Maximum pixels of overlapping segments, which are stored on all slices each.
+MAX_PIXELS = 2**32
 
 
 @quiet()
@@ -156,10 +156,10 @@ def _stored_pixels(scan: Scan, found: Sequence[Finding], indices: Sequence[int])
     if not overlap:
         return labels
     count = len(found) * labels.size
-    if count > _MAX_PIXELS:
+    if count > MAX_PIXELS:
         raise ValueError(
             f"{scan.name}: found {len(found)} findings on {len(indices)} slices that overlap, "
-            f"{count} pixels of a segmentation, expected at most {_MAX_PIXELS}: a higher score "
+            f"{count} pixels of a segmentation, expected at most {MAX_PIXELS}: a higher score "
             "threshold leaves fewer"
         )
     pixels = np.zeros((len(found), *shape), np.uint8)  # zero pages take no memory

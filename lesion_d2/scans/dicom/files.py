@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     import pydicom
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+#: Maximum bytes of a deflated file once inflated.
+MAX_INFLATED = 2 << 30
 _META_BYTES = 4096
 _MAX_WORDS = 1000
-_MAX_INFLATED = 2 << 30  # bytes
 _CHUNK = 1 << 20
 # Headers of 5,000 frames need fewer; each element takes a few reads.
 _MAX_READINGS = 2_000_000
@@ -118,9 +119,9 @@ def _check_inflated(opened: BinaryIO) -> None:
             while chunk:
                 total += len(inflate.decompress(chunk, _CHUNK))
                 chunk = inflate.unconsumed_tail
-                if total > _MAX_INFLATED:
+                if total > MAX_INFLATED:
                     raise ValueError(
-                        f"found a deflated DICOM file of more than {_MAX_INFLATED} bytes"
+                        f"found a deflated DICOM file of more than {MAX_INFLATED} bytes"
                     )
     except zlib.error as error:
         raise ValueError(f"found a damaged deflated DICOM file ({error})") from None

@@ -152,7 +152,7 @@ def test_findings_that_overlap_keep_their_masks(layout, tmp_path, monkeypatch):
             expected = scan.to_source_slice(decode_mask(entry.mask))
             assert np.array_equal(found[round(float(height), 2)], expected)
 
-    monkeypatch.setattr(segmentation_module, "_MAX_PIXELS", 1000)
+    monkeypatch.setattr(segmentation_module, "MAX_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"found 2 findings on \d+ slices that overlap"):
         write_segmentation(tmp_path / "seg.dcm", scan, findings)
 

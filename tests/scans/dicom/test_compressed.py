@@ -185,7 +185,7 @@ def test_a_deflated_bomb_is_not_inflated(tmp_path, files, monkeypatch):
             dataset.file_meta, "TransferSyntaxUID", uid.DeflatedExplicitVRLittleEndian
         ),
     )
-    monkeypatch.setattr("lesion_d2.scans.dicom.files._MAX_INFLATED", 1000)
+    monkeypatch.setattr("lesion_d2.scans.dicom.files.MAX_INFLATED", 1000)
     found = find_scans([tmp_path / "ct"])
     assert (
         not found.candidates and "deflated DICOM file of more than 1000 bytes" in found.left_out[0]

@@ -233,9 +233,9 @@ def test_damaged_and_oversized_archives_are_left_out(tmp_path, monkeypatch):
         lines.append(str(error.value))
     assert f"{archive}/any/name/0004.dcm" in lines[0] and "\n" not in lines[0]
 
-    monkeypatch.setattr("lesion_d2.scans.stored._MAX_MEMBER", 500)
+    monkeypatch.setattr("lesion_d2.scans.stored.MAX_MEMBER_BYTES", 500)
     assert "bytes, expected at most 500" in left_out(archive)
-    monkeypatch.setattr("lesion_d2.scans.stored._MAX_MEMBERS", 5)
+    monkeypatch.setattr("lesion_d2.scans.stored.MAX_MEMBERS", 5)
     assert "found 7 members, expected at most 5" in left_out(archive)
 
 
