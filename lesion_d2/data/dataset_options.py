@@ -144,8 +144,8 @@ def read_dataset(name: str, options: DatasetOptions = WHOLE_SET) -> list[dict]:
             hide_annotations(name, dicts, options.hidden_share, options.hidden_seed)
         elif any("hidden_annotations" not in image for image in dicts):
             raise ValueError(
-                f"{name}: found a data set that hides no annotations, expected 0 as their share, "
-                f"not {options.hidden_share:g} (DATASETS.MISSING_ANNOTATION_RATIO)"
+                f"{name}: found a data set whose annotations cannot be hidden, expected a "
+                f"share of 0, not {options.hidden_share:g} (DATASETS.MISSING_ANNOTATION_RATIO)"
             )
     return with_prepared_slices(name, dicts) if options.prepared_slices else dicts
 

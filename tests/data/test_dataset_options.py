@@ -74,7 +74,7 @@ def test_a_share_is_refused_where_nothing_can_be_hidden():
     DatasetCatalog.register("lesions_shown", lambda: dicts)
     try:
         expected = (
-            "lesions_shown: found a data set that hides no annotations, expected 0 .* not 0.3"
+            "lesions_shown: found a data set whose annotations cannot be hidden, .* of 0, not 0.3"
         )
         with pytest.raises(ValueError, match=expected):
             read_dataset("lesions_shown", DatasetOptions(hidden_share=0.3))

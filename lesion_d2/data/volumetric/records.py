@@ -126,7 +126,7 @@ def _annotation(found: Mapping[int, Mapping], size: tuple[int, int], where: str)
         if annotation["category_id"] != category:
             raise ValueError(
                 f"{here}: found the classes {category} and {annotation['category_id']}, expected "
-                "a single one"
+                "one"
             )
     boxes = annotation_boxes(found.values())
     (x1, y1), (x2, y2) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()

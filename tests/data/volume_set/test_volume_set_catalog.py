@@ -113,7 +113,7 @@ def test_options_of_data_sets(mine):
     excluded = ExcludedSeries.of(["mine_volumes_val"])
     left = read_dataset("mine", DatasetOptions(excluded=excluded))
     assert left == [image for image in DatasetCatalog.get("mine") if image["volume"] != "b"]
-    with pytest.raises(ValueError, match="mine_volumes: found a data set that hides no annotation"):
+    with pytest.raises(ValueError, match="mine_volumes: found a data set whose annotations cannot"):
         read_dataset("mine_volumes", DatasetOptions(hidden_share=0.5))
     with pytest.raises(
         ValueError, match="mine_train: found a data set that can only be read completely"
