@@ -96,7 +96,10 @@ def test_criteria_and_tracking_by_config(tiny_phantom, tmp_path, weights):
     ("changes", "message"),
     [
         ({"TEST__LINKING": "sort"}, "TEST.LINKING: found 'sort', expected one of merge, track"),
-        ({"TEST__TRACKING__IOU_THRESH": 1.0}, "TRACKING.IOU_THRESH: found 1.0, expected an IoU"),
+        (
+            {"TEST__TRACKING__IOU_THRESH": 1.0},
+            "TRACKING.IOU_THRESH: found 1.0, expected 0 to below 1",
+        ),
         ({"TEST__TRACKING__MAX_GAP": -1}, "TRACKING.MAX_GAP: found -1, expected 0"),
         ({"TEST__VOLUME_CRITERIA": ("p3d",)}, "TEST.VOLUME_CRITERIA: found 'p3d', expected overl"),
         (

@@ -289,7 +289,7 @@ def test_arguments_that_cannot_be(call, tmp_path, capsys):
         (["SOLVER.MAX_ITER"], "expected pairs of KEY VALUE"),
         (["--folds", "4"], "found 3 folds, expected 4: pass --folds 3"),
         (["--dataset", "theirs"], "theirs/volume_set.json: no such file"),
-        (["--dataset", f"{tmp_path}/elsewhere/{NAME}"], "expected a folder of $DETECTRON2_DATA"),
+        (["--dataset", f"{tmp_path}/elsewhere/{NAME}"], "expected a folder in $DETECTRON2_DATA"),
         (["NO.KEY", "3"], "NO.KEY"),
     ):
         assert main(call("out", *others)) == 1

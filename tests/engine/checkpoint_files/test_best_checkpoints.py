@@ -272,7 +272,11 @@ ENTRY = '[{"file": "a.pth", "metric": "b", "value": 5.5, "iteration": 7, "run_id
         ("[1]", ValueError, "found no ranking"),
         ('[{"file": "model_0000001.pth"}]', ValueError, "found no ranking"),
         ("[" * 10_000, ValueError, r"best.json: found no ranking \(found no readable JSON"),
-        (ENTRY.replace("5.5", "NaN"), ValueError, r"no ranking \(found no readable JSON \(the num"),
+        (
+            ENTRY.replace("5.5", "NaN"),
+            ValueError,
+            r"no ranking \(found no readable JSON \(invalid number NaN",
+        ),
         (ENTRY.replace("5.5", '"x"'), ValueError, r"no ranking \(entry 0: value: found 'x', exp"),
         (ENTRY.replace("7", "[7]"), ValueError, r"no ranking \(entry 0: iteration: found \[7\]"),
         ("[]", ValueError, "found no checkpoint in its best.json"),

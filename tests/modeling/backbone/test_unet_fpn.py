@@ -76,7 +76,9 @@ def test_stem_features_are_those_before_the_pooling():
 
 def test_a_decoder_without_p2_is_refused():
     cfg = _config("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"])
-    with pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES \['res3', 'res4', 'res5'\]"):
+    with pytest.raises(
+        ValueError, match=r"MODEL.FPN.IN_FEATURES: found \['res3', 'res4', 'res5'\]"
+    ):
         build_resnet_unet_fpn_backbone(cfg, ShapeSpec(channels=3))
 
 
