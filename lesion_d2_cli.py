@@ -11,6 +11,7 @@ It does not import the package, because that takes seconds, and the started prog
 import ast
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -27,10 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments of the command; by default those of this process.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:  # its reader has read enough, as head
+        # Python flushes standard output once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _main(arguments: Sequence[str]) -> int:
     package = _package()
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(describe(package))
+        print(describe(package), flush=True)
         return 0
     name, *rest = arguments
     if name == "configs":
@@ -123,7 +132,7 @@ def _list_configs(package: Path, words: Sequence[str]) -> int:
     folder = project_folder(package) / "configs"
     files = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.yaml")))
     found = [file for file in files if all(word in file for word in words)]
-    print("\n".join([f"{folder}:", *(f"  {file}" for file in found)]))
+    print("\n".join([f"{folder}:", *(f"  {file}" for file in found)]), flush=True)
     return 0 if found else 1
 
 

@@ -1,6 +1,7 @@
 """The command lesion-d2, in a checkout and as an installation has it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,19 @@ def test_configs_are_found_by_words(capsys):
     assert folder == f"{ROOT / 'configs'}:"
     assert files == ["improved_retinanet/dense.yaml", "improved_retinanet/dense_phantom.yaml"]
     assert lesion_d2_cli.main(["configs", "none of them"]) == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("configs",)])
+def test_a_reader_that_has_read_enough_ends_the_list(arguments):
+    # Given a pipe whose reader has closed it, as head does
+    reader, writer = os.pipe()
+    os.close(reader)
+    # When a list is written to it
+    program = [sys.executable, "-S", lesion_d2_cli.__file__, *arguments]
+    done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, timeout=60)
+    os.close(writer)
+    # Then the program ends as others do, without a message
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_an_installation_has_the_project_below_the_package(tmp_path):

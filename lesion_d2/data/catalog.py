@@ -56,7 +56,7 @@ def load_records(dataset: str, options: DatasetOptions = WHOLE_SET) -> list[dict
     """
     if not is_registered(dataset):
         raise ValueError(
-            f"data set {dataset!r} is not registered, expected a name such as "
+            f"found data set {dataset!r}, which is not registered, expected a name such as "
             f"{suggest_names(dataset)}"
         )
     records = read_dataset(dataset, options)
@@ -65,7 +65,7 @@ def load_records(dataset: str, options: DatasetOptions = WHOLE_SET) -> list[dict
     for image in records:
         for annotation in image.get("annotations", ()):
             for problem in old_key_problems(annotation):
-                raise ValueError(f"data set {dataset!r}, image {image['image_id']}: {problem}")
+                raise ValueError(f"data set {dataset!r}, image {image.get('image_id')}: {problem}")
     return records
 
 

@@ -84,7 +84,7 @@ def expand_names(names: Iterable[str]) -> list[str]:
             found = [f"{name}_volumes"]
         if not found and name not in known:
             raise ValueError(
-                f"data set {name!r} is not registered, expected a name such as "
+                f"found data set {name!r}, which is not registered, expected a name such as "
                 f"{suggest_names(name)}, or one without its split"
             )
         expanded += found or [name]

@@ -55,7 +55,7 @@ def canonical_turn(affine: np.ndarray) -> Turn:
 
     found = orientations.io_orientation(_RAS @ affine)
     if not np.isfinite(found).all():
-        raise ValueError("found an affine matrix that leaves out an axis")
+        raise ValueError("found an affine matrix that leaves out an axis, expected three")
     angle = _largest_angle(affine, found[:, 0].astype(int))
     if angle > _MAX_ANGLE:
         raise ValueError(

@@ -77,7 +77,7 @@ class VolumeFile:
         volume, highest_air = self.read_volume()
         messages = self.messages
         if highest_air > _FAT:
-            messages += (f"the lowest value is {highest_air:g}: expected HU, -1000 in air",)
+            messages += (f"found {highest_air:g} as the lowest value, expected HU, -1000 in air",)
         frames = range(self.num_slices)
         if self.grid.turn.flips[0]:
             frames = reversed(frames)

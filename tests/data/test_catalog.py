@@ -33,7 +33,7 @@ def test_data_sets_of_volumes_are_named_before_those_that_may_have_no_files():
 
 
 def test_records_of_registered_data_sets_alone():
-    with pytest.raises(ValueError, match=r"'deeplesion_tset' is not registered.*deeplesion_test"):
+    with pytest.raises(ValueError, match="'deeplesion_tset', which is not .* as deeplesion_test"):
         load_records("deeplesion_tset")
     dicts: list[dict] = []
     DatasetCatalog.register("some_images", lambda: dicts)
@@ -47,6 +47,9 @@ def test_records_of_registered_data_sets_alone():
         dicts.append({"image_id": "2", "annotations": [{"lesion": 1}]})
         expected = "data set 'some_images', image 2: found the key 'lesion', expected 'lesion_id'"
         with pytest.raises(ValueError, match=expected):
+            load_records("some_images")
+        del dicts[1]["image_id"]
+        with pytest.raises(ValueError, match="image None: found the key 'lesion'"):
             load_records("some_images")
     finally:
         DatasetCatalog.remove("some_images")

@@ -166,7 +166,7 @@ def test_classes_that_are_missing(source, classes, line):
 
 
 def test_sources_and_options_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match="data set 'nothing' is not registered"):
+    with pytest.raises(ValueError, match="data set 'nothing', which is not registered"):
         list_inserted(["nothing"])
     with pytest.raises(ValueError, match=r"types: found .*, expected some of"):
         InsertOptions(types=(1,))

@@ -38,6 +38,6 @@ def test_errors_are_a_line(tmp_path, capsys):
     assert main(["nothing", "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert said.startswith(
-        "lesion_d2.tools.export_coco: error: data set 'nothing' is not registered"
+        "lesion_d2.tools.export_coco: error: found data set 'nothing', which is not registered"
     )
     assert said.count("\n") == 1 and not (tmp_path / "out").exists()

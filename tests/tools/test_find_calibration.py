@@ -93,7 +93,7 @@ def test_bad_input_is_one_line(tiny_phantom, options, weights, capsys):
             [*config, "--weights", "gone.pth", "--dataset", "phantom_train"],
             "gone.pth: no such weight file",
         ),
-        ([*config, "--weights", *weights, "--dataset", "mine"], "'mine' is not registered"),
+        ([*config, "--weights", *weights, "--dataset", "mine"], "'mine', which is not registered"),
         (
             [*retinanet, "--weights", *weights, "--dataset", "phantom_train"],
             "found 'LesionRetinaNet', expected 'RetinaUNet'",

@@ -305,7 +305,7 @@ def test_bad_data_sets_are_one_line(dataset, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    assert "data set 'phantom_tset' is not registered" in error_of("phantom_tset")
+    assert "data set 'phantom_tset', which is not registered" in error_of("phantom_tset")
     spacing = error_of(NAME, "INPUT.CT.PIXEL_SPACING", 0.8)
     assert f"data set {NAME!r}, image two: found no pixel spacing, expected one" in spacing
     dataset[0]["annotations"][1]["bbox"] = [5, 5, 0, 10]

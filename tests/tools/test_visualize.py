@@ -321,7 +321,7 @@ def test_results_are_told_of_by_entry_and_key(records, tmp_path, change, message
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "phantom_tset"], "data set 'phantom_tset' is not registered"),
+        (["--dataset", "phantom_tset"], "data set 'phantom_tset', which is not registered"),
         (["--dataset", NAME, "--window", "240", "-160"], "window: found '240 -160'"),
         (["--dataset", NAME, "--masks", "missing.json"], "missing.json"),
     ],

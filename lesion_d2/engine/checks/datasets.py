@@ -65,7 +65,8 @@ def _load_dataset(cfg: CfgNode, name: str, kind: str) -> list[dict]:
                 raise  # Detectron2 and pycocotools raise them for bad files; elsewhere it is a bug
             error = ValueError(f"found no readable COCO file ({one_line(error)})")
         hint = _COCO_HINT if is_coco else ""
-        raise InputError(f"DATASETS.{kind}, {name}: {error}{hint}") from error
+        text = str(error).removeprefix(f"{name}: ")
+        raise InputError(f"DATASETS.{kind}, {name}: {text}{hint}") from error
     if not images:
         raise InputError(f"DATASETS.{kind}, {name}: found no image")
     _check_spacing(cfg, name, kind, images)

@@ -90,7 +90,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
         check_epochs(cfg)
         if cfg.MODEL.MEAN_TEACHER.ENABLED:
             MeanTeacher(cfg, nn.Identity())
-    if cfg.SOLVER.IMS_PER_BATCH % num_processes:
+    if cfg.SOLVER.IMS_PER_BATCH % max(1, num_processes):  # 0 for --num-gpus 0, as in Detectron2
         raise InputError(
             f"SOLVER.IMS_PER_BATCH: found {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of the "
             f"{num_processes} processes"

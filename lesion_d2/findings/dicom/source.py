@@ -80,7 +80,7 @@ class DicomSource:
             if files.setdefault(uid, source.file) != source.file:
                 raise ValueError(
                     f"{scan.name}: found the SOP Instance UID {uid} in {files[uid]} and in "
-                    f"{source.file}, expected one of its own for each, to refer to"
+                    f"{source.file}, expected another UID in each file"
                 )
             if uid not in self._by_uid:
                 self._by_uid[uid] = self._image(header)
@@ -214,7 +214,7 @@ def _value(header: Dataset, frame: int | None, sequence: str, keyword: str):
 def _uid(scan: Scan, header: Dataset, keyword: str) -> str:
     value = str(header.get(keyword) or "")
     if not value:
-        raise ValueError(f"{scan.name}: found an image without {keyword}, expected one to refer to")
+        raise ValueError(f"{scan.name}: found an image without {keyword}, expected its UID")
     return value
 
 

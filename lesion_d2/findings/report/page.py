@@ -68,14 +68,14 @@ def write_report(
 def _check(scan: Scan, findings: Findings) -> None:
     if tuple(findings.shape) != scan.volume.shape:
         raise ValueError(
-            f"{findings.scan_name}: the findings are of a scan of shape {tuple(findings.shape)}, "
-            f"expected that of {scan.name}, {scan.volume.shape}"
+            f"{findings.scan_name}: found findings in a scan of shape {tuple(findings.shape)}, "
+            f"expected {scan.volume.shape}, the shape of {scan.name}"
         )
     for one in findings.findings:
         if not 0 <= one.key_slice < len(scan.volume):
             raise ValueError(
-                f"{scan.name}: key slice of finding {one.number} is {one.key_slice}, expected one "
-                f"of 0 to {len(scan.volume) - 1}"
+                f"{scan.name}, finding {one.number}: found key slice {one.key_slice}, expected 0 "
+                f"to {len(scan.volume) - 1}"
             )
 
 

@@ -243,7 +243,7 @@ def test_what_stands_there_stays(tmp_path, dataset):
 
 def test_records_that_cannot_be_written_are_refused_with_their_image(tmp_path, dataset):
     records, _ = dataset
-    with pytest.raises(ValueError, match="data set 'nothing' is not registered"):
+    with pytest.raises(ValueError, match="data set 'nothing', which is not registered"):
         write_coco("nothing", tmp_path / "out")
     records[1]["file_name"] = str(tmp_path / "ct.nii.gz" / "003.png")
     with pytest.raises(ValueError, match=r"image ct_012: found the slice .* expected images png8"):

@@ -209,6 +209,12 @@ def test_what_the_model_cannot_do_stops_an_evaluation_too(tiny_phantom, tmp_path
         check_inputs(load_config(args), args)
 
 
+@pytest.mark.parametrize("flags", [("--num-gpus", "0"), ("--num-gpus", "1"), ("--num-gpus", "2")])
+def test_a_batch_is_divided_among_the_processes_if_there_are_several(tiny_phantom, tmp_path, flags):
+    args = tiny_args(tmp_path, *flags)  # batches of 4; Detectron2 runs 0 GPUs as one process
+    assert check_inputs(load_config(args), args) > 0
+
+
 def test_torchvisions_weights_of_another_model_stop_a_run_before_it_writes(tiny_phantom, tmp_path):
     weights = tmp_path / "resnet.pth"
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, weights)

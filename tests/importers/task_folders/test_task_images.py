@@ -94,4 +94,4 @@ def test_nifti_of_two_axes_and_of_no_thickness(tmp_path):
     voxels, told = Values().read(opened)
     assert sorted(voxels.ravel()) == list(range(-15, 15))
     assert "the file does not say how it lies in the patient" in told[0]
-    assert "the lowest value is -15: expected HU" in told[1] and "a.nii.gz: " in told[1]
+    assert "found -15 as the lowest value, expected HU" in told[1] and "a.nii.gz: " in told[1]
