@@ -33,7 +33,7 @@ def test_data_sets_of_volumes_are_named_before_those_that_may_have_no_files():
 
 
 def test_records_of_registered_data_sets_alone():
-    with pytest.raises(ValueError, match="'deeplesion_tset', which is not .* as deeplesion_test"):
+    with pytest.raises(ValueError, match=r"'deeplesion_tset', which is not .* as deeplesion_test"):
         load_records("deeplesion_tset")
     dicts: list[dict] = []
     DatasetCatalog.register("some_images", lambda: dicts)

@@ -126,6 +126,8 @@ TRAINING_RELATIONS: Relations = {
     f"{_BY_METRIC} -> TEST.LOSS_PERIOD: it or TEST.LOSS_EPOCHS above 0 for the validation_loss": (
         lambda cfg, _: cfg.SOLVER.PATIENCE_METRIC != VALIDATION_LOSS or _is_on(cfg, "TEST.LOSS_")
     ),
+    "SOLVER.CLIP_GRADIENTS.ENABLED -> SOLVER.CLIP_GRADIENTS.CLIP_VALUE: above 0": _is_on,
+    "SOLVER.CLIP_GRADIENTS.ENABLED -> SOLVER.CLIP_GRADIENTS.NORM_TYPE: above 0": _is_on,
     "MODEL.META_ARCHITECTURE -> MODEL.MASK_ON: True": (
         lambda cfg, _: cfg.MODEL.MASK_ON or not is_a(cfg, DetUNet)
     ),

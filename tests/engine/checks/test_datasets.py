@@ -136,9 +136,7 @@ def test_a_data_set_that_cannot_hide_annotations_is_told_of(tmp_path, box_images
     args = tiny_args(
         tmp_path, DATASETS__TRAIN=("box_images",), DATASETS__MISSING_ANNOTATION_RATIO=0.5
     )
-    expected = (
-        r"DATASETS.TRAIN, box_images: found .*annotations cannot be hidden, expected .* of 0, not 0.5"
-    )
+    expected = r"TRAIN, box_images: found .*annotations cannot be hidden, expected .* of 0, not 0.5"
     with pytest.raises(InputError, match=expected):
         check_inputs(load_config(args), args)
 

@@ -63,6 +63,20 @@ def test_all_keys_of_the_tables_exist():
         assert re.match(r"[A-Z0-9_.]+(?=: \S)", rule)[0] in known
 
 
+@pytest.mark.parametrize(("name", "value"), [("CLIP_VALUE", 0.0), ("NORM_TYPE", -1.0)])
+def test_clipping_of_gradients_has_a_limit_and_a_norm_only_where_it_is_on(name, value):
+    key = f"SOLVER.CLIP_GRADIENTS.{name}"
+    off, on = ({"SOLVER.CLIP_GRADIENTS.ENABLED": enabled} for enabled in (False, True))
+    check_relations(tiny_config(**{key: value}, **off), TRAINING_RELATIONS)
+    with pytest.raises(InputError) as error:
+        check_relations(tiny_config(**{key: value}, **on), TRAINING_RELATIONS)
+    why = "SOLVER.CLIP_GRADIENTS.ENABLED is True"
+    assert str(error.value) == f"{key}: found {value}, expected above 0 ({why})"
+    cfg = tiny_config(**on)
+    cfg.SOLVER.CLIP_GRADIENTS[name] = float("inf")
+    check_relations(cfg, TRAINING_RELATIONS)
+
+
 ATSS = "MODEL.RETINANET.ATSS_CANDIDATES"
 NEGATIVES = "MODEL.RETINA_UNET.SHEM_NEGATIVES"
 IN_2D = ("INPUT.VOLUME.PATCH_SIZE", (0, 0, 0))

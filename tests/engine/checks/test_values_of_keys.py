@@ -89,8 +89,6 @@ def _with(key, value):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", -1.0, "above 0"),
-        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 0.0, "above 0"),
         ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 2.0, "0 to 1, or -1 for no weights"),
         ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", -1.0, "0 or more"),
         ("MODEL.RETINANET.NMS_THRESH_TEST", 3.0, "0 to 1"),
@@ -116,7 +114,6 @@ def test_a_value_that_no_run_can_go_by_is_named_with_what_is_expected(key, value
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", float("inf")),
         ("SOLVER.WEIGHT_DECAY_BIAS", None),
         ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", -1.0),
         ("MODEL.RETINANET.SCORE_THRESH_TEST", -1.0),  # as in Detectron2, all scores
