@@ -1,8 +1,10 @@
 """Renamed keys and folders; the old names of keys are accepted for one version, with a warning."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from detectron2.utils import comm
@@ -41,8 +43,8 @@ OLD_FOLDERS = {"bai": "mean_teacher", "tao": "3dce_attention", "zlocha": "improv
 
 def renamed_folder(file: str) -> str:
     """Return " (configs/OLD is now configs/NEW)" if a path is in a renamed folder of configs."""
-    for part in reversed(PurePath(file).parts[:-1]):
-        if part in OLD_FOLDERS:
+    for folder, part in pairwise(Path(os.path.abspath(file)).parts[:-1]):
+        if folder == "configs" and part in OLD_FOLDERS:
             return f" (configs/{part} is now configs/{OLD_FOLDERS[part]})"
     return ""
 

@@ -5,7 +5,13 @@ import json
 
 from lesion_d2 import add_lesion_config
 from lesion_d2.config import LesionConfig, get_lesion_config
-from lesion_d2.config.old_keys import OLD_KEYS, old_keys_in, rename_in_file, with_old_keys
+from lesion_d2.config.old_keys import (
+    OLD_KEYS,
+    old_keys_in,
+    rename_in_file,
+    renamed_folder,
+    with_old_keys,
+)
 from lesion_d2.engine.checks.unused import check_unused
 from lesion_d2.engine.input_errors import InputError, value_of
 from lesion_d2.tools.common.trainings import hash_settings
@@ -125,3 +131,23 @@ def test_settings_of_runs_are_the_same_under_both_names(tmp_path):
     expected = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
     assert hash_settings(write(tmp_path, a=own)) == expected
     assert hash_settings(write(tmp_path, a=before)) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("configs/tao/parts/a.yaml", " (configs/tao is now configs/3dce_attention)"),
+        ("configs/mine/../bai/a.yaml", " (configs/bai is now configs/mean_teacher)"),
+        ("configs/mean_teacher/a.yaml", ""),
+        ("/home/tao/configs/a.yaml", ""),  # a user's name
+        ("https://host/configs/a.yaml", ""),
+    ],
+)
+def test_only_renamed_folders_of_configs_are_told_of(file, expected):
+    assert renamed_folder(file) == expected
+
+
+def test_a_path_within_the_folder_of_configs_is_told_of_too(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path / "configs")
+    assert renamed_folder("zlocha/a.yaml") == " (configs/zlocha is now configs/improved_retinanet)"
