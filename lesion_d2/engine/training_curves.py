@@ -96,7 +96,7 @@ def plot_training(curves: Curves, file: str | os.PathLike, *, title: str = "") -
         ValueError: see :func:`has_curves`.
     """
     if not has_curves(curves):
-        raise ValueError("found losses of fewer than two iterations, expected at least two")
+        raise ValueError("losses: found fewer than two iterations, expected at least two")
     panels = {
         "Loss": _losses(curves),
         "Average precision (%)": _of_data_sets(curves, _PRECISION),

@@ -99,7 +99,7 @@ def test_of_several_data_sets_only_the_main_metrics_are_drawn(panels):
 def test_one_loss_is_no_curve(panels):
     curves = {"total_loss": (np.array([3]), np.array([1.0])), **curves_of("bbox/AP")}
     assert not has_curves(curves) and has_curves(curves_of("loss_cls"))
-    with pytest.raises(ValueError, match="found losses of fewer than two iterations"):
+    with pytest.raises(ValueError, match="losses: found fewer than two iterations"):
         plot_training(curves, "a.png")
     assert panels == []
 

@@ -84,7 +84,12 @@ def test_damaged_curves_are_named(tmp_path, change, expected):
 def test_a_training_is_drawn_from_its_metrics(tmp_path, drawn, capsys):
     assert main(["training", str(tmp_path)]) == 1
     assert "metrics.json: no such file, expected the metrics" in capsys.readouterr().err
-    (tmp_path / "metrics.json").write_text('{"iteration": 19, "total_loss": 1.0}\n')
+    file = tmp_path / "metrics.json"
+    file.write_text('{"iteration": 19, "total_loss": 1.0}\n')
+    assert main(["training", str(tmp_path)]) == 1
+    message = f"error: {file}: found losses of fewer than 2 iterations, expected at least 2\n"
+    assert capsys.readouterr().err == message
+    file.write_text(file.read_text() + '{"iteration": 39, "total_loss": 0.5}\n')
     assert main(["training", str(tmp_path)]) == 0
     paths = [str(tmp_path / f"training.{ending}") for ending in ("png", "pdf")]
     assert capsys.readouterr().out.splitlines() == paths

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesion_d2.engine import TrainingCurvesHook
-from lesion_d2.engine.training_curves import plot_training, read_metrics
+from lesion_d2.engine.training_curves import has_curves, plot_training, read_metrics
 from lesion_d2.evaluation import FrocCurve, plot_froc
 from lesion_d2.evaluation.plots import PLOT_RATES, PLOT_TICKS
 from lesion_d2.evaluation.result_files import read_froc_file
@@ -109,7 +109,10 @@ def draw_training(args: argparse.Namespace) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file, expected the metrics of a training")
     output = args.output or args.output_dir / TrainingCurvesHook.FILE
-    plot_training(read_metrics(file), output, title=f"Training: {args.output_dir.resolve().name}")
+    curves = read_metrics(file)
+    if not has_curves(curves):
+        raise ValueError(f"{file}: found losses of fewer than 2 iterations, expected at least 2")
+    plot_training(curves, output, title=f"Training: {args.output_dir.resolve().name}")
     return figure_paths(output)
 
 
