@@ -58,7 +58,7 @@ def test_a_backbone_and_an_augmentation_train(names, cfg):
     assert model.backbone.bottom_up.stages["c1"][0].weight.grad.abs().sum() > 0
 
 
-def test_an_augmentation_shifts_hu(names, cfg):
+def test_an_augmentation_shifts_hu(names):
     transform = names["RandomOffset"]().get_transform(None)
     image = torch.full((4, 5, 3), 40).numpy().astype("int16")
     shifted = transform.apply_image(image)

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from lesion_d2.data.dict_rules import check_dicts
-from lesion_d2.data_checks import (
-    check_data_set,
-)
+from lesion_d2.data_checks import check_data_set
 from lesion_d2.scans.png import read_png_slice
 
 import numpy as np

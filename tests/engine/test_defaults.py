@@ -88,7 +88,7 @@ def test_warnings_of_a_run_of_several_processes_are_told_once(tmp_path, monkeypa
     assert caplog.messages == told
 
 
-def test_setup_completes_the_config(tiny_phantom, tmp_path, monkeypatch, caplog):
+def test_setup_completes_the_config(tiny_phantom, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     args = tiny_args(
         tmp_path,

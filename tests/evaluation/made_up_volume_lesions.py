@@ -4,9 +4,7 @@ import math
 from functools import partial
 
 import lesion_d2  # noqa: F401  (makes detectron2 importable)
-from lesion_d2.evaluation import (
-    VolumeEvaluator,
-)
+from lesion_d2.evaluation import VolumeEvaluator
 from lesion_d2.inference import Linker
 
 import made_up_lesions

@@ -1,8 +1,6 @@
 """Labels and logits of anchors."""
 
-from lesion_d2.modeling.losses import (
-    IGNORE,
-)
+from lesion_d2.modeling.losses import IGNORE
 
 import torch
 

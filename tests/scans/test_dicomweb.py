@@ -213,7 +213,7 @@ def test_a_server_that_stores_nothing(answering, monkeypatch, tmp_path):
         DicomWeb(answering).store([file])
 
 
-def test_servers_that_are_not_there(answering, tmp_path):
+def test_servers_that_are_not_there(answering):
     with pytest.raises(ConnectionError, match="cannot be reached") as error:
         DicomWeb("http://127.0.0.1:9", attempts=1).series("1.2")
     assert "\n" not in str(error.value)

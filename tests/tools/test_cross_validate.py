@@ -215,7 +215,7 @@ def test_one_fold_a_call_and_the_last_one_reports(call, tmp_path, capsys):
     assert all(len(_calls(tmp_path / "out" / f"fold{k}")) == 1 for k in range(3))
 
 
-def test_a_fold_that_fails_does_not_stop_the_others(call, tmp_path, capsys, monkeypatch):
+def test_a_fold_that_fails_does_not_stop_the_others(call, capsys, monkeypatch):
     monkeypatch.setenv("FAIL", f"{NAME}_fold0_val")
     assert main(call("out")) == 1
     said = capsys.readouterr()

@@ -1,6 +1,5 @@
 """Distractors: like lesions on the key slice, and going on where lesions end."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from lesion_d2.data.phantoms.phantom import MAX_DRIFT, PhantomOptions, Series, w
 
 import numpy as np
 import pytest
+from deeplesion_rows import read_rows
 from pycocotools import mask as coco_mask
 
 OPTIONS = PhantomOptions(size=96, extent_mm=10.0, median_diameter=18.0, distractors=3.0)
@@ -55,8 +55,7 @@ def plain(tmp_path_factory) -> Path:
 
 def test_sets_without_them_are_those_from_before(plain):
     """Key slices and types as they were drawn before there were distractors."""
-    with open(plain / "DL_info.csv", newline="") as file:
-        found = [(r["File_name"][7:16], r["Coarse_lesion_type"]) for r in csv.DictReader(file)]
+    found = [(row["File_name"][7:16], row["Coarse_lesion_type"]) for row in read_rows(plain)]
     expected = (
         "01_01_296:2 02_01_015:3 03_01_050:5 03_01_050:5 04_01_340:6 04_01_340:1 05_01_062:6 "
         "05_01_062:2 01_01_117:5 02_01_129:3 03_01_051:5 03_01_051:5 03_01_051:7 01_01_315:4 "

@@ -12,6 +12,7 @@ from lesion_d2.structures.recist import measure_recist
 
 import numpy as np
 import pytest
+from deeplesion_rows import read_rows
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as coco_mask
@@ -95,8 +96,7 @@ def test_boxes_follow_the_masks_of_every_slice(root):
         for d in dicts
         for a in d["annotations"]
     }
-    with open(root / "DL_info.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(root)
     expected = {
         (entry["row"], int(z)): coco_mask.decode(rle)
         for entry in read_entries(root)
@@ -288,10 +288,7 @@ def test_lesions_of_unknown_type_are_refused_as_classes(copy):
 
 def test_key_slices_and_the_boxes_of_a_volume(root):
     dicts = load_volumes(root, None)
-    with open(root / "DL_info.csv", newline="") as file:
-        expected = [
-            (number, row["File_name"][:-4]) for number, row in enumerate(csv.DictReader(file), 2)
-        ]
+    expected = [(number, row["File_name"][:-4]) for number, row in enumerate(read_rows(root), 2)]
     found = [
         (a["lesion_id"], d["image_id"]) for d in dicts for a in d["annotations"] if a.get("is_key")
     ]

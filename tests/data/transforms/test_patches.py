@@ -277,3 +277,22 @@ def test_patches_want_a_model_that_ignores_what_they_cut():
     ):
         check_relations(cfg, TRAINING_RELATIONS)
     check_relations(tiny_config(INPUT__PATCH__SIZE=(32, 32)), TRAINING_RELATIONS)
+
+
+@pytest.mark.parametrize(
+    ("key", "of_detectron2", "ours"),
+    [
+        ("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "LesionRPN"),
+        ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "LesionROIHeads"),
+    ],
+)
+def test_patches_want_parts_of_a_two_stage_model_that_ignore_what_they_cut(
+    key, of_detectron2, ours
+):
+    parts = {"MODEL__META_ARCHITECTURE": "LesionRCNN", "MODEL__ROI_HEADS__NAME": "LesionROIHeads"}
+    cfg = tiny_config(INPUT__PATCH__SIZE=(32, 32), **parts)
+    check_relations(cfg, TRAINING_RELATIONS)
+    cfg.merge_from_list([key, of_detectron2])
+    message = rf"{key}: found '{of_detectron2}', expected '{ours}'.* ignore cut .*\(INPUT.PATCH"
+    with pytest.raises(InputError, match=message):
+        check_relations(cfg, TRAINING_RELATIONS)

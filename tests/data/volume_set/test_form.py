@@ -67,7 +67,7 @@ def test_what_is_written_is_read(tmp_path):
     assert read_volume_set(tmp_path) == make_set()
 
 
-def test_a_mask_makes_boxes_of_its_pixels_outer_edges(tmp_path):
+def test_a_mask_makes_boxes_of_its_pixels_outer_edges():
     lesion = make_set().volumes[0].lesions[0]
     assert lesion.box == (6.5, 5.5, 2.0, 9.5, 7.5, 3.0)
     assert lesion.slices == [2, 3]

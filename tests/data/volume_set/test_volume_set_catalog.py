@@ -180,7 +180,7 @@ def test_the_truth_as_detections_is_perfect(mine, tmp_path):
     assert results["volume_p3d"]["sens@0.5"] == 100
 
 
-def test_masks_are_scored_where_all_lesions_have_them(mine, tmp_path):
+def test_masks_are_scored_where_all_lesions_have_them(mine):
     volume_set = read_volume_set(mine)
     (volume, *_) = volume_set.volumes
     volume = type(volume)(**{**vars(volume), "lesions": volume.lesions[:1]})

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 PATCH = (5, 9, 40, 100, 30, 131)
+FOOTER = "<8sQQII"  # magic, the lengths of the header and of the chunks, a checksum, their number
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,16 @@ def test_a_file_that_is_written_anew_is_read_anew(file, volume):
     assert np.array_equal(read_voxels(file), volume[:, :50] + 1)
 
 
+def test_chunks_outside_of_a_patch_are_not_read(file, volume):
+    content = bytearray(file.read_bytes())
+    _, header, chunks, _, _ = struct.unpack(FOOTER, content[-struct.calcsize(FOOTER) :])
+    content[header + chunks - 9] ^= 1  # in the last one, of slice 8
+    _write(file, content, 0)
+    assert np.array_equal(read_voxels(file, 0, 8, 40, 100, 30, 131), volume[:8, 40:, 30:131])
+    with pytest.raises(ValueError, match=r"a.b2nd: found damaged voxels"):
+        read_voxels(file, 8, 9)
+
+
 def _compare(file, volume):
     z0, z1, y0, y1, x0, x1 = PATCH
     for _ in range(20):
@@ -64,7 +75,7 @@ def test_forked_processes_read_at_once(file, volume):
         pool.starmap_async(_compare, [(file, volume)] * 4).get(60)
 
 
-def test_no_damage_is_silent(file, volume):
+def test_no_damage_is_silent(file):
     whole = file.read_bytes()
     rng = np.random.default_rng(0)
     places = [*rng.integers(0, len(whole), 30), *range(0, 184, 8), *range(-60, 0, 4)]
@@ -88,7 +99,7 @@ def _write(file, content, when):
 def _with_sums(frame: bytes) -> bytes:
     """A frame of no chunk with what :func:`write_voxels` writes behind one."""
     header = int.from_bytes(frame[11:15], "big")
-    return frame + struct.pack("<8sQQII", b"ld2crc32", header, 0, zlib.crc32(frame), 0)
+    return frame + struct.pack(FOOTER, b"ld2crc32", header, 0, zlib.crc32(frame), 0)
 
 
 def test_plain_arrays_alone_are_read(file, volume):

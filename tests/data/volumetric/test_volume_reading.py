@@ -85,7 +85,7 @@ def test_no_more_slices_are_read_than_asked_for(tmp_path, monkeypatch):
     assert read == record["files"][2:4]
 
 
-def test_of_a_volume_set_blocks_alone_are_decompressed(tmp_path, monkeypatch):
+def test_of_a_volume_set_only_the_voxels_of_a_block_are_read(tmp_path, monkeypatch):
     root, volumes = write_made_up_set(Path(tmp_path))
     record = volume_records(load_volume_set(root, every_slice=True))[0]
     asked = []

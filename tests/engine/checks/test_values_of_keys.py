@@ -98,6 +98,7 @@ def _with(key, value):
         ("MODEL.RPN.POSITIVE_FRACTION", 1.5, "0 to 1"),
         ("MODEL.MEAN_TEACHER.START_ITER", -1, "0 or more"),
         ("TEST.NUM_BOOTSTRAP", -1, "0 or more"),
+        ("SOLVER.CHECKPOINT_FORMAT", "zip", "pth or safetensors"),
         *(
             (f"MODEL.{part}.IOU_THRESHOLDS", value, "rising IoUs above 0, at most 1")
             for part in ("RETINANET", "RPN", "ROI_HEADS")

@@ -250,9 +250,8 @@ def test_ignored_proposals_are_never_drawn(monkeypatch):
         overlaps = [slow_iou(box, _PSEUDO_LABEL) for box in first.proposal_boxes.tensor.tolist()]
         on_pseudo_label[mode] = first.gt_classes[torch.tensor(overlaps) >= 0.5].tolist()
         assert (first.gt_classes == 0).any() and (first.gt_classes == 1).any()
-    assert len(on_pseudo_label["add"]) >= 4 and set(on_pseudo_label["add"]) == {
-        0
-    }  # the box itself among them
+    # The box itself is among them.
+    assert len(on_pseudo_label["add"]) >= 4 and set(on_pseudo_label["add"]) == {0}
     assert on_pseudo_label["ignore"] == []
 
 

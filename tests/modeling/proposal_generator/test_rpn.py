@@ -51,9 +51,8 @@ def test_anchors_that_match_an_ignored_annotation_have_no_label():
     added, boxes = rpn.label_and_sample_anchors(_ANCHORS, _IMAGES)
     overlaps = pairwise_iou(Boxes(torch.tensor([_TRUE, _PSEUDO_LABEL])), Boxes.cat(_ANCHORS))
     for number, image in enumerate(_IMAGES):
-        on_pseudo_label = (added[number] == 1) & (boxes[number] == torch.tensor(_PSEUDO_LABEL)).all(
-            dim=1
-        )
+        matches = (boxes[number] == torch.tensor(_PSEUDO_LABEL)).all(dim=1)
+        on_pseudo_label = (added[number] == 1) & matches
         assert on_pseudo_label.any() == (image.gt_classes < 0).any()
         expected = torch.where(on_pseudo_label, -1, added[number])
         assert torch.equal(labels[number], expected)

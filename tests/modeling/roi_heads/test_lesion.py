@@ -6,6 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import StandardROIHeads
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
+from slow_boxes import slow_iou
 from tiny_run import tiny_config
 
 _LEVELS = {"p2": 4, "p3": 8}
@@ -61,13 +62,7 @@ def _drawn(heads, features, proposals, targets):
 
 def _best_iou(box, lesions):
     """The IoU of a box with the best lesion, and which one."""
-    ious = [0.0]
-    for other in lesions:
-        width = min(box[2], other[2]) - max(box[0], other[0])
-        height = min(box[3], other[3]) - max(box[1], other[1])
-        shared = max(width, 0) * max(height, 0)
-        areas = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other))
-        ious.append(shared / (areas - shared))
+    ious = [0.0, *(slow_iou(box, lesion) for lesion in lesions)]
     return max(ious), ious.index(max(ious)) - 1
 
 
