@@ -14,8 +14,9 @@ from lesion_d2.modeling.shem import batch_shem_loss, box_loss_per_image, shem_lo
 import pytest
 import torch
 from detectron2.modeling import RetinaNet, build_model
-from detectron2.structures import BitMasks, Boxes, BoxMode, ImageList, Instances
+from detectron2.structures import Boxes, BoxMode, ImageList, Instances
 from detectron2.utils.events import EventStorage
+from made_up_images import make_disks
 from tiny_run import tiny_config
 
 QUICKSTART = "configs/quickstart/retina_unet_phantom.yaml"
@@ -28,24 +29,6 @@ def _model(request_root, *opts, config=QUICKSTART):
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
     torch.manual_seed(0)
     return build_model(cfg), cfg
-
-
-def _sample(boxes, height=96, width=128, channels=3, classes=None, seed=0):
-    """Noise with a bright disk in every box."""
-    generator = torch.Generator().manual_seed(seed)
-    image = 60 + 10 * torch.randn(channels, height, width, generator=generator)
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    instances = Instances((height, width))
-    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-    instances.gt_classes = torch.tensor(classes or [0] * len(boxes), dtype=torch.int64)
-    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
-        mask[:] = (
-            ((x - (x1 + x2) / 2) / (x2 - x1)) ** 2 + ((y - (y1 + y2) / 2) / (y2 - y1)) ** 2
-        ) <= 0.25
-        image[:, mask] += 120
-    instances.gt_masks = BitMasks(masks)
-    return {"image": image, "instances": instances, "height": height, "width": width}
 
 
 def _losses(model, batch):
@@ -67,7 +50,7 @@ def test_overfits_two_images_and_finds_boxes_and_masks(options):
     torch.manual_seed(0)
     model, steps = build_model(cfg), 40
     boxes = [[12, 10, 34, 32]], [[38, 8, 54, 24], [8, 34, 26, 58]]
-    batch = [_sample(of_image, 64, 64, seed=seed) for seed, of_image in enumerate(boxes)]
+    batch = [make_disks(of_image, 64, 64, seed=seed) for seed, of_image in enumerate(boxes)]
     optimizer = torch.optim.Adam(model.parameters())
     with EventStorage():
         for step in range(steps):
@@ -101,27 +84,27 @@ def test_overfits_two_images_and_finds_boxes_and_masks(options):
 def test_any_number_of_slices(pytestconfig, channels):
     values = [127.5] * channels
     model, _ = _model(pytestconfig.rootpath, "MODEL.PIXEL_MEAN", values, "MODEL.PIXEL_STD", values)
-    losses = _losses(model, [_sample([[20, 30, 50, 62]], channels=channels)])
+    losses = _losses(model, [make_disks([[20, 30, 50, 62]], channels=channels)])
     assert set(losses) == {"loss_cls", "loss_box_reg", "loss_seg"}
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
 def test_empty_images_and_a_batch_of_different_sizes_train(pytestconfig):
     model, _ = _model(pytestconfig.rootpath)
-    batch = [_sample([], 64, 96), _sample([[20, 20, 40, 50]], 100, 70)]
+    batch = [make_disks([], 64, 96), make_disks([[20, 20, 40, 50]], 100, 70)]
     losses = _losses(model, batch)
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    nothing = _losses(model, [_sample([], 64, 64), _sample([], 64, 64)])
+    nothing = _losses(model, [make_disks([], 64, 64), make_disks([], 64, 64)])
     assert all(torch.isfinite(loss) for loss in nothing.values())
     assert nothing["loss_box_reg"] == 0
 
 
 def test_mixed_precision_loss_is_finite_and_close(pytestconfig):
     model, _ = _model(pytestconfig.rootpath)
-    batch = [_sample([[20, 30, 50, 62]]), _sample([])]
+    batch = [make_disks([[20, 30, 50, 62]]), make_disks([])]
     state = {k: v.clone() for k, v in model.state_dict().items()}
     expected = _losses(model, batch)
     model.load_state_dict(state)
@@ -144,10 +127,10 @@ def test_segmentation_is_not_computed_at_inference_unless_asked_for(pytestconfig
     decode = model.backbone.decode
     monkeypatch.setattr(model.backbone, "decode", lambda *args: calls.append(1) or decode(*args))
     with torch.no_grad():
-        plain = model([_sample([])])[0]["instances"]
+        plain = model([make_disks([])])[0]["instances"]
         assert not calls and not plain.has("pred_masks")
         model.predict_masks = True
-        masked = model([_sample([])])[0]["instances"]
+        masked = model([make_disks([])])[0]["instances"]
     assert calls and torch.equal(masked.scores, plain.scores)
     assert masked.pred_masks.shape == (len(plain), 96, 128)
     assert masked.pred_masks.dtype == torch.bool
@@ -167,14 +150,14 @@ def test_p2_is_not_computed_at_inference_where_no_head_looks_at_it(pytestconfig)
     ):
         part.register_forward_hook(lambda part, inputs, output: calls.append(part))
     with torch.no_grad():
-        masked = model.eval()([_sample([])])[0]["instances"]
+        masked = model.eval()([make_disks([])])[0]["instances"]
         assert len(calls) == 8 and masked.has("pred_masks")
         calls.clear()
         model.predict_masks = False
-        plain = model([_sample([])])[0]["instances"]
+        plain = model([make_disks([])])[0]["instances"]
     assert calls == [] and torch.equal(masked.scores, plain.scores)
 
-    losses = _losses(model.train(), [_sample([[20, 20, 60, 60]])])
+    losses = _losses(model.train(), [make_disks([[20, 20, 60, 60]])])
     sum(losses.values()).backward()
     assert backbone.fpn_output2.weight.grad.abs().max() > 0
 
@@ -185,7 +168,7 @@ def test_outputs_come_at_the_wanted_size(pytestconfig):
         *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "MODEL.SEG_HEAD.PREDICT_MASKS", True),
     )
     model.eval()
-    sample = _sample([])
+    sample = make_disks([])
     with torch.no_grad():
         at_image_size = model([sample])[0]["instances"]
         doubled = model([{**sample, "height": 192, "width": 256}])[0]["instances"]
@@ -217,7 +200,7 @@ def test_without_segmentation_it_is_detectron2s_retinanet(pytestconfig):
         *("MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", 0.0, "MODEL.SEG_HEAD.PREDICT_MASKS", False),
     )
     assert model.seg_predictor is None
-    batch = [_sample([[20, 30, 50, 62]])]
+    batch = [make_disks([[20, 30, 50, 62]])]
     state = {k: v.clone() for k, v in model.state_dict().items()}
     losses = _losses(model, batch)
     model.load_state_dict(state)
@@ -237,7 +220,7 @@ def _zlocha(root, *opts):
 def test_gates_at_odd_image_sizes(pytestconfig, size):
     model = _zlocha(pytestconfig.rootpath, "MODEL.SEG_HEAD.PREDICT_MASKS", True)
     with record_attention(model) as maps:
-        losses = _losses(model, [_sample([[5, 8, 20, 30]], *size), _sample([], 50, 50)])
+        losses = _losses(model, [make_disks([[5, 8, 20, 30]], *size), make_disks([], 50, 50)])
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
@@ -245,7 +228,7 @@ def test_gates_at_odd_image_sizes(pytestconfig, size):
     for stride, level in enumerate(("p0", "p1", "p2", "p3", "p4")):
         assert maps[level].shape == (2, 1, height >> stride, width >> stride)
     with torch.no_grad():
-        output = model.eval()([_sample([], *size)])[0]["instances"]
+        output = model.eval()([make_disks([], *size)])[0]["instances"]
     assert output.image_size == size and output.pred_masks.shape[1:] == size
 
 
@@ -254,7 +237,7 @@ def test_focal_segmentation_loss_with_the_configs_parameters(pytestconfig):
     model = _zlocha(pytestconfig.rootpath, *options, "MODEL.RETINA_UNET.SEG_LOSS_WEIGHT", 3.0)
     logits, seen = [], model.predict_segmentation
     model.predict_segmentation = lambda *args: logits.append(seen(*args)) or logits[-1]
-    batch = [_sample([[5, 8, 20, 30]], 64, 64), _sample([[30, 10, 50, 40]], 64, 64, seed=1)]
+    batch = [make_disks([[5, 8, 20, 30]], 64, 64), make_disks([[30, 10, 50, 40]], 64, 64, seed=1)]
     loss = _losses(model, batch)["loss_seg"]
     labels = torch.cat([sample["instances"].gt_masks.tensor for sample in batch]).long()
     expected = 3 * focal_segmentation_loss(logits[0], labels, alpha=0.7, gamma=1.5)
@@ -267,7 +250,7 @@ def test_calibration_changes_scores_and_their_order_and_nothing_else(pytestconfi
     mask[0, 1, 20:40, 10:50] = 9.0
     mask[0, 0] = 4.5
     model.predict_segmentation = lambda *args: mask
-    sample = _sample([], 64, 64)
+    sample = make_disks([], 64, 64)
     with torch.no_grad():
         plain = model([sample])[0]["instances"]
         model.calibration = 0.6
@@ -292,9 +275,9 @@ def test_without_a_detection_calibration_costs_nothing_and_masks_are_there(pytes
     calls, decode = [], model.backbone.decode
     model.backbone.decode = lambda *args: calls.append(1) or decode(*args)
     with torch.no_grad():
-        assert len(model([_sample([], 64, 64)])[0]["instances"]) == 0 and not calls
+        assert len(model([make_disks([], 64, 64)])[0]["instances"]) == 0 and not calls
         model.predict_masks = True
-        found = model([_sample([], 64, 64)])[0]["instances"]
+        found = model([make_disks([], 64, 64)])[0]["instances"]
     assert calls and found.pred_masks.shape == (0, 64, 64)
 
 
@@ -353,7 +336,7 @@ def test_a_softmax_begins_at_the_prior_and_gives_probabilities(pytestconfig):
 
 
 def test_exclusive_classes_train_by_the_losses_of_their_own(pytestconfig):
-    batch = [_sample([[20, 30, 50, 62], [60, 10, 90, 40]], classes=[0, 1]), _sample([])]
+    batch = [make_disks([[20, 30, 50, 62], [60, 10, 90, 40]], classes=[0, 1]), make_disks([])]
     for options in (_SOFTMAX, (*_SOFTMAX, *_SHEM), _SHEM):
         model, _ = _model(pytestconfig.rootpath, *options, "MODEL.RETINANET.NUM_CLASSES", 2)
         seen = {}
@@ -396,7 +379,7 @@ def test_nndetections_matching_and_losses_by_config(pytestconfig):
         "MODEL.RETINA_UNET.SHEM_NEGATIVES": 2,
     }
     model, _ = _model(pytestconfig.rootpath, *itertools.chain(*options.items()))
-    batch = [_sample([[20, 30, 50, 62], [60, 10, 90, 40]]), _sample([])]
+    batch = [make_disks([[20, 30, 50, 62], [60, 10, 90, 40]]), make_disks([])]
     seen = {}
     losses = model.losses
     model.losses = lambda *args: seen.update(args=args) or losses(*args)
@@ -425,7 +408,7 @@ def test_nndetections_matching_and_losses_by_config(pytestconfig):
 def test_of_an_image_only_so_many_positive_anchors_count(pytestconfig):
     limit = ("MODEL.RETINA_UNET.SHEM_POSITIVES", 3)
     model, _ = _model(pytestconfig.rootpath, *_SOFTMAX, *_SHEM, *limit)
-    batch = [_sample([[20, 30, 50, 62], [60, 10, 90, 40]]), _sample([[20, 30, 50, 62]])]
+    batch = [make_disks([[20, 30, 50, 62], [60, 10, 90, 40]]), make_disks([[20, 30, 50, 62]])]
     predictions, compute = {}, model.losses
 
     def record(anchors, logits, labels, deltas, boxes):
@@ -453,7 +436,7 @@ def test_a_prior_that_leaves_no_background_is_named(pytestconfig):
 
 
 def test_foreground_alone_in_training_on_one_class_changes_nothing(pytestconfig):
-    batch = [_sample([[20, 30, 50, 62]]), _sample([[70, 10, 90, 34]], seed=1)]
+    batch = [make_disks([[20, 30, 50, 62]]), make_disks([[70, 10, 90, 34]], seed=1)]
     results = []
     for is_agnostic in (False, True):
         options = ("MODEL.SEG_HEAD.CLASS_AGNOSTIC", is_agnostic)
@@ -478,7 +461,7 @@ def test_foreground_alone_is_learned_and_shown_for_every_class(pytestconfig):
     options = ("MODEL.SEG_HEAD.CLASS_AGNOSTIC", True, "MODEL.RETINANET.NUM_CLASSES", 3)
     model, _ = _model(pytestconfig.rootpath, *options)
     assert model.seg_predictor.out_channels == 2
-    batch = [_sample([[20, 30, 50, 62], [70, 10, 90, 34]], classes=[2, 1])]
+    batch = [make_disks([[20, 30, 50, 62], [70, 10, 90, 34]], classes=[2, 1])]
     logits = torch.randn(1, 2, 96, 128, generator=torch.Generator().manual_seed(1))
     model.predict_segmentation = lambda images, features: logits
     instances = batch[0]["instances"]
