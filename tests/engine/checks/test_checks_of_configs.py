@@ -11,7 +11,11 @@ from config_values import CONFIGS, read
 FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if file.parent.name != "parts")
 
 
-@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "folder",
+    sorted({file.parent for file in FILES}),
+    ids=lambda f: f.relative_to(CONFIGS).as_posix(),
+)
 def test_no_config_is_refused(folder):
     for file in (file for file in FILES if file.parent == folder):
         cfg = read(file)
