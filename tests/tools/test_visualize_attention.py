@@ -236,7 +236,7 @@ def test_weights_without_gates_are_refused(tiny_phantom, tmp_path, capsys):
     [
         (["--weights", "missing.pth"], "missing.pth: no such weight file"),
         (["--config-file", "missing.yaml"], "--config-file missing.yaml: "),
-        (["--dataset", "phantom_tset"], "data set 'phantom_tset', which is not registered"),
+        (["--dataset", "phantom_tset"], "found data set 'phantom_tset', which is not registered"),
         (["--channel", "3"], "--channel: found 3 with gates, which have one map for all channels"),
         (["--window", "240", "-160", "--num", "1"], "window: found '240 -160'"),
     ],
