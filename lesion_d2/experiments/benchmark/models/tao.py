@@ -180,21 +180,23 @@ def check_same(results: Sequence[SliceResult], others: Sequence[SliceResult]) ->
 
 
 def _count_row(
-    name: str, reused: Sequence[SliceResult], anew: Sequence[SliceResult], note: str
+    name: str, reused: Sequence[SliceResult], recomputed: Sequence[SliceResult], note: str
 ) -> Row:
     """The share of images that were computed, with that of every slice spacing in the note."""
-    spacings = sorted({result.spacing for result in anew})
-    shares = [f"{_share(reused, anew, {spacing}):.2f} at {spacing:g} mm" for spacing in spacings]
-    detections = sum(len(result.instances) for result in anew)
+    spacings = sorted({result.spacing for result in recomputed})
+    shares = [
+        f"{_share(reused, recomputed, {spacing}):.2f} at {spacing:g} mm" for spacing in spacings
+    ]
+    detections = sum(len(result.instances) for result in recomputed)
     text = (
-        f"{_total(reused, spacings)} against {_total(anew, spacings)} images, "
-        f"{', '.join(shares)}; {len(anew)} slices, the same {detections} detections, {note}"
+        f"{_total(reused, spacings)} against {_total(recomputed, spacings)} images, "
+        f"{', '.join(shares)}; {len(recomputed)} slices, the same {detections} detections, {note}"
     )
-    return Row(name, _share(reused, anew, spacings), "x", 0.5, text)
+    return Row(name, _share(reused, recomputed, spacings), "x", 0.5, text)
 
 
-def _share(reused, anew, spacings) -> float:
-    return _total(reused, spacings) / _total(anew, spacings)
+def _share(reused, recomputed, spacings) -> float:
+    return _total(reused, spacings) / _total(recomputed, spacings)
 
 
 def _total(results: Sequence[SliceResult], spacings) -> int:
